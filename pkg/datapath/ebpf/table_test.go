@@ -312,3 +312,44 @@ func requireDisjoint(t *testing.T, a *allocator, used []block) {
 		}
 	}
 }
+
+// TestDeltas changes one Service at a time: the kernel must end up with exactly what the Services want, and not a
+// frontend more, whatever ports came and went.
+func TestDeltas(t *testing.T) {
+	for seed := range uint64(40) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		d, kernel := fakeKernel(sizes{1000, 1000, 1000, 10000})
+		require.NoError(t, d.update(full()))
+		have := map[datapath.Name]*datapath.Service{}
+		for range 40 {
+			u := datapath.Update{}
+			for _, s := range randomWorld(rnd) {
+				// An address may have had another owner: only those that fit what is there can come.
+				if taken(have, s) {
+					continue
+				}
+				if have[s.Name] != nil && rnd.IntN(3) == 0 {
+					u.Removed = append(u.Removed, s.Name)
+					delete(have, s.Name)
+					continue
+				}
+				u.Services = append(u.Services, s)
+				have[s.Name] = s
+			}
+			require.NoError(t, d.update(u))
+			require.Equal(t, wanted(slices.Collect(maps.Values(have))), reaches(d.table, kernel.all), "seed %d", seed)
+		}
+	}
+}
+
+// taken says whether another Service has an address of s.
+func taken(have map[datapath.Name]*datapath.Service, s *datapath.Service) bool {
+	for name, other := range have {
+		for _, k := range frontendsOf(other) {
+			if name != s.Name && slices.Contains(frontendsOf(s), k) {
+				return true
+			}
+		}
+	}
+	return false
+}

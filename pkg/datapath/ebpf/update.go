@@ -24,13 +24,13 @@ func (j *job) fail(err error) {
 	}
 }
 
-// unchanged says that nothing of what the Service had can have gone: the usual case, without a map.
+// unchanged says that the Service has exactly the frontends it had: the usual case, told without a map.
 func (j *job) unchanged() bool {
 	had := j.service.frontends
 	for i := range j.wants {
 		n := len(j.wants[i].frontends)
 		if len(had) < n || !slices.Equal(had[:n], j.wants[i].frontends) {
-			return len(had) == 0
+			return false
 		}
 		had = had[n:]
 	}
@@ -217,7 +217,7 @@ func (t *table) delete(writes []write, failed func(write, error)) {
 // settle makes the service of a job say what the kernel holds now.
 func (t *table) settle(j *job) {
 	t.retire(j.service, j.ids)
-	if j.unchanged() && len(j.keep) == 0 && len(j.service.frontends) > 0 {
+	if j.unchanged() && len(j.keep) == 0 {
 		return
 	}
 	j.service.frontends = j.keep
