@@ -78,6 +78,9 @@ func (f *family) rules(o Options, pods datapath.LocalPods) []rule {
 		{"unserved", join(f.tupleIn(s[rejectedSet]), goTo("refuse"))},
 		{"unserved", join(f.tupleIn(s[droppedSet]), drop())},
 		{"unserved", join(f.daddrIn(s[clusterIPSet]), goTo("refuse"))},
+		// Either way a TCP client sees ECONNREFUSED. But ICMP errors are limited to about one a second to a host,
+		// and a client that gets none waits for its next SYN.
+		{"refuse", reset()},
 		{"refuse", f.reject()},
 	}
 	return append(rules, f.podRules(o, pods)...)

@@ -179,6 +179,15 @@ func masquerade() phrase { return phrase{&expr.Masq{FullyRandom: true}} }
 func drop() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
 func goTo(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
+
+// reset is `meta l4proto tcp reject with tcp reset`.
+func reset() phrase {
+	return phrase{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: regFirst},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: regFirst, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+}
+
+// reject is `reject`, with an ICMP port unreachable.
 func (f *family) reject() phrase {
 	return phrase{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: f.portUnreachable}}
 }
