@@ -80,7 +80,7 @@ func (f *family) rules(o Options, pods datapath.LocalPods) []rule {
 		{"unserved", join(f.daddrIn(s[clusterIPSet]), goTo("refuse"))},
 		// Either way a TCP client sees ECONNREFUSED. But ICMP errors are limited to about one a second to a host,
 		// and a client that gets none waits for its next SYN.
-		{"refuse", reset()},
+		{"refuse", join(opensTCP(), reset())},
 		{"refuse", f.reject()},
 	}
 	return append(rules, f.podRules(o, pods)...)
@@ -124,10 +124,13 @@ func (f *family) pickRules(n uint32) []rule {
 
 func pickChain(n uint32) string { return fmt.Sprintf("pick-%d", n) }
 
-// baseName names a chain without rules that exists if and only if the static part of the table is the one that this
-// version writes with these options: it is created in the same transaction.
+// baseName names a chain without rules, the marker, that is created in one transaction with the static part that this
+// version writes with these options.
 func (f *family) baseName(o Options, pods datapath.LocalPods) (string, error) {
 	sum := sha256.New()
+	for _, h := range hooks {
+		fmt.Fprintln(sum, h.chain, h.kind, *h.hook, *h.priority)
+	}
 	for _, r := range append(f.rules(o, pods), f.pickRules(2)...) {
 		fmt.Fprintln(sum, r.chain)
 		for _, e := range r.parts {

@@ -3,18 +3,19 @@ package nftables
 import (
 	"errors"
 	"fmt"
-	"os"
+
+	"github.com/google/nftables"
 )
 
 // Cleanup removes the tables. It is no error if there are none.
 func Cleanup(o Options) error {
-	conn, err := dial()
+	c, err := dial()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, f := range families(o) {
-		tables, err := conn.ListTablesOfFamily(f.table.Family)
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		tables, err := c.ListTablesOfFamily(family)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("list nftables tables: %w", err))
 			continue
@@ -23,11 +24,11 @@ func Cleanup(o Options) error {
 			if t.Name != o.Table {
 				continue
 			}
-			conn.DelTable(f.table)
-			if err := conn.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", f, err))
+			c.DelTable(t)
+			if err := c.flush(); err != nil {
+				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", o.Table, err))
 			}
 		}
 	}
-	return errors.Join(append(errs, conn.CloseLasting())...)
+	return errors.Join(append(errs, c.close())...)
 }

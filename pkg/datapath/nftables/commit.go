@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -20,57 +21,94 @@ const (
 	elementsPerMessage = 400
 )
 
-// commit writes the changes, many Services to a transaction, and returns an error for each that could not be written.
-func (d *Datapath) commit(ctx context.Context, changes []*change) []error {
-	var errs []error
-	var batch []*change
-	size := 0
-	flush := func() {
-		errs = append(errs, d.transact(batch)...)
+// commit writes the changes, many Services to a transaction. It returns an error for each Service that the kernel refused,
+// and one that concerns all if it had to stop.
+func (d *Datapath) commit(ctx context.Context, changes []*change) (refused []error, err error) {
+	for _, c := range changes {
+		d.diff(c)
+	}
+	batch, changes := handovers(changes)
+	size := elementsOf(batch)
+	flush := func() error {
+		more, err := d.transact(batch)
+		refused = append(refused, more...)
 		batch, size = nil, 0
+		return err
 	}
 	for _, c := range changes {
 		if err := ctx.Err(); err != nil {
-			d.adopted = false // the numbers of the rest are not given back one by one
-			errs = append(errs, fmt.Errorf("program services: %w", err))
-			break
+			return refused, fmt.Errorf("program services: %w", err)
 		}
-		if err := d.diff(c); err != nil {
-			d.adopted = false
-			errs = append(errs, &datapath.ServiceError{Service: c.name, Err: err})
-			continue
-		}
-		n := len(c.del) + len(c.add)
-		if size > 0 && size+n > d.limit {
-			flush()
+		n := elementsOf([]*change{c})
+		if size > 0 && size+n > d.limit() {
+			if err := flush(); err != nil {
+				return refused, err
+			}
 		}
 		batch, size = append(batch, c), size+n
 	}
-	flush()
-	return errs
+	return refused, flush()
 }
 
-// diff fills in what c deletes and adds, and counts the shared elements as if c were written. If it is not written in the
-// end, the next Apply adopts the kernel's state and counts anew.
-func (d *Datapath) diff(c *change) error {
-	var had, want []element
-	var err error
-	if c.new != nil {
-		if want, err = c.new.elements(); err != nil {
-			return err
+func elementsOf(changes []*change) (n int) {
+	for _, c := range changes {
+		n += len(c.del) + len(c.add)
+	}
+	return n
+}
+
+// handovers separates the changes between which a frontend passes: they must be in one transaction, or the frontend would
+// be gone, or refused, for a moment or for good.
+func handovers(changes []*change) (together, rest []*change) {
+	from := map[element]int{}
+	for i, c := range changes {
+		for _, e := range c.del {
+			from[e.id()] = i
 		}
 	}
+	passes := map[int]bool{}
+	for i, c := range changes {
+		for _, e := range c.add {
+			if j, ok := from[e.id()]; ok && i != j {
+				passes[i], passes[j] = true, true
+			}
+		}
+	}
+	if len(passes) == 0 {
+		return nil, changes
+	}
+	for i, c := range changes {
+		if passes[i] {
+			together = append(together, c)
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	return together, rest
+}
+
+// limit is how many elements go into one transaction. A table that replaces another must be complete at once.
+func (d *Datapath) limit() int {
+	for _, f := range d.pending {
+		if f.replace {
+			return math.MaxInt
+		}
+	}
+	return elementsPerTransaction
+}
+
+// diff fills in what c deletes and adds, and counts the shared elements as if c were written.
+func (d *Datapath) diff(c *change) {
+	var had []element
 	if d.strays == nil && c.old != nil {
-		if had, err = c.old.elements(); err != nil {
-			return err
-		}
+		// It was planned before, so it cannot fail.
+		had, _ = c.old.elements()
 	}
-	c.del, c.add = difference(had, want)
+	c.del, c.add = difference(had, c.want)
 	c.add, c.del = d.share(c.add), d.unshare(c.del)
 	if d.strays != nil {
 		c.del, c.add = d.strays.claim(c.add)
 	}
-	return nil
 }
 
 // difference compares two sorted lists.
@@ -88,13 +126,15 @@ func difference(had, want []element) (del, add []element) {
 	return append(del, had...), append(add, want...)
 }
 
-func shareable(e element) bool { return e.set == clusterIPSet || e.set == hairpinSet }
+// shareable says that several Services may have the element: it has no value they could disagree about. Two Services have
+// the element of a frontend for the moment in which it passes from one to the other.
+func (e element) shareable() bool { return e.val == "" }
 
 // share counts one more holder of the shared elements in add and keeps only those that had none.
 func (d *Datapath) share(add []element) []element {
 	kept := add[:0]
 	for _, e := range add {
-		if shareable(e) {
+		if e.shareable() {
 			d.shared[e]++
 			if d.shared[e] > 1 {
 				continue
@@ -109,7 +149,7 @@ func (d *Datapath) share(add []element) []element {
 func (d *Datapath) unshare(del []element) []element {
 	kept := del[:0]
 	for _, e := range del {
-		if shareable(e) {
+		if e.shareable() {
 			if d.shared[e]--; d.shared[e] > 0 {
 				continue
 			}
@@ -121,41 +161,57 @@ func (d *Datapath) unshare(del []element) []element {
 }
 
 // transact writes a batch in one transaction. If the kernel refuses it, it is halved until the Service at fault stands alone.
-func (d *Datapath) transact(batch []*change) []error {
-	if len(batch) == 0 {
-		return nil
-	}
-	err := d.write(batch)
+func (d *Datapath) transact(batch []*change) (refused []error, err error) {
+	err = d.write(batch)
 	switch {
 	case err == nil:
 		for _, c := range batch {
 			d.keep(c)
 		}
-		return nil
-	case !refused(err):
-		// Whether the kernel took it is not known: look before the next write.
-		d.adopted = false
-		return []error{fmt.Errorf("write %d services to nftables: %w", len(batch), err)}
+		return nil, nil
+	case !isRefusal(err) || len(batch) == 0 || !d.baseIsFine():
+		return nil, fmt.Errorf("write %d services to nftables: %w", len(batch), err)
 	case len(batch) == 1:
+		// The shared elements were counted as if it were written: count anew with the next update.
 		d.adopted = false
-		return []error{&datapath.ServiceError{Service: batch[0].name, Err: fmt.Errorf("write nftables elements: %w", err)}}
+		c := batch[0]
+		d.giveBack(c.fresh)
+		return []error{&datapath.ServiceError{Service: c.name, Err: fmt.Errorf("write nftables elements: %w", err)}}, nil
 	}
 	half := len(batch) / 2
-	return append(d.transact(batch[:half]), d.transact(batch[half:])...)
+	if refused, err = d.transact(batch[:half]); err != nil {
+		return refused, err
+	}
+	more, err := d.transact(batch[half:])
+	return append(refused, more...), err
 }
 
-// refused says that the kernel answered, and answered no: nothing of the transaction was done.
-func refused(err error) bool {
-	var no unix.Errno
-	return errors.As(err, &no) && no != unix.ENOBUFS && no != unix.EINTR && no != unix.EAGAIN && no != unix.EBUSY
+// baseIsFine says that no static part is to blame: none is due, or it can be written alone. One that replaces another
+// cannot be tried alone, as it would take away all Services.
+func (d *Datapath) baseIsFine() bool {
+	return len(d.pending) == 0 || d.limit() == math.MaxInt || d.write(nil) == nil
 }
 
-// write sends one transaction: pick chains that are missing, then what goes, then what comes. All of it becomes
-// visible at once, so the order only matters for an element whose value changes.
+// isRefusal says that the kernel answered that it does not want some element: nothing of the transaction was done, and the
+// others are not to blame. Everything else (a table that is gone, no memory, no answer) concerns all.
+func isRefusal(err error) bool {
+	for _, no := range []unix.Errno{unix.EEXIST, unix.EINVAL, unix.ENOTEMPTY, unix.EBUSY, unix.EMSGSIZE, unix.E2BIG, unix.ERANGE} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	return false
+}
+
+// write sends one transaction: the static part if it is due, pick chains that are missing, then what goes, then what
+// comes. All of it becomes visible at once, so the order only matters for an element whose value changes.
 func (d *Datapath) write(batch []*change) error {
+	for _, f := range d.pending {
+		d.writeBase(f, f.want)
+	}
 	picks := d.addPicks(batch)
 	var del, add elementLists
-	n := len(picks)
+	n := len(picks) + len(d.pending)
 	for _, c := range batch {
 		n += len(c.del) + len(c.add)
 		for _, e := range c.del {
@@ -169,12 +225,16 @@ func (d *Datapath) write(batch []*change) error {
 		return nil
 	}
 	err := errors.Join(d.send(&del, (*nftables.Conn).SetDeleteElements), d.send(&add, (*nftables.Conn).SetAddElements))
-	if err = errors.Join(err, d.conn.Flush()); err != nil {
+	if err = errors.Join(err, d.conn.flush()); err != nil {
 		for _, p := range picks {
 			delete(d.picks[p.ipv6], p.pick)
 		}
 		return err
 	}
+	for _, f := range d.pending {
+		f.base, f.exists = f.want, true
+	}
+	d.pending = nil
 	d.stats.Writes += int64(n)
 	return nil
 }
@@ -195,7 +255,7 @@ func (d *Datapath) send(l *elementLists, do func(*nftables.Conn, *nftables.Set, 
 		for k, elems := range l[i] {
 			for len(elems) > 0 {
 				n := min(len(elems), elementsPerMessage)
-				if err := do(d.conn, f.sets[k], elems[:n]); err != nil {
+				if err := do(d.conn.Conn, f.sets[k], elems[:n]); err != nil {
 					return fmt.Errorf("encode elements of %s: %w", setKind(k), err)
 				}
 				elems = elems[n:]
@@ -203,60 +263,6 @@ func (d *Datapath) send(l *elementLists, do func(*nftables.Conn, *nftables.Set, 
 		}
 	}
 	return nil
-}
-
-// pick is a pick chain of one family.
-type pick struct {
-	ipv6          bool
-	pick, modulus uint32
-}
-
-// addPicks puts the chains into the transaction that this batch needs and the table lacks, and returns them: one
-// for each number of backends that no Service had before.
-func (d *Datapath) addPicks(batch []*change) []pick {
-	var added []pick
-	for _, c := range batch {
-		for _, p := range c.picks() {
-			if !d.picks[p.ipv6][p.pick] {
-				d.picks[p.ipv6][p.pick] = true
-				d.addPick(p)
-				added = append(added, p)
-			}
-		}
-	}
-	return added
-}
-
-func (d *Datapath) addPick(p pick) {
-	f := d.family(p.ipv6)
-	d.addChain(f, pickChain(p.modulus), f.pickRules(p.modulus))
-	e := element{ipv6: f.ipv6, set: picksMap, key: string(native32(p.pick)), val: pickChain(p.modulus)}
-	// It cannot fail: only anonymous sets do.
-	_ = d.conn.SetAddElements(f.sets[picksMap], []nftables.SetElement{e.toKernel()})
-}
-
-func (d *Datapath) addChain(f *family, name string, rules []rule) {
-	chain := d.conn.AddChain(&nftables.Chain{Name: name, Table: f.table})
-	for _, r := range rules {
-		d.conn.AddRule(&nftables.Rule{Table: f.table, Chain: chain, Exprs: r.parts})
-	}
-}
-
-// picks returns the pick chains the new state of a Service draws from.
-func (c *change) picks() []pick {
-	if c.new == nil {
-		return nil
-	}
-	var all []pick
-	for i, sets := range c.new.sets {
-		for _, s := range sets {
-			if len(s.slots) > 0 {
-				n, modulus := pickFor(len(s.slots))
-				all = append(all, pick{c.new.service.Ports[i].IPv6, n, modulus})
-			}
-		}
-	}
-	return all
 }
 
 // keep records that the kernel has c.

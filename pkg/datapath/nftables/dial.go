@@ -1,7 +1,9 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -14,19 +16,49 @@ const (
 	receiveBuffer = 16 << 20
 )
 
-// dial opens the one socket a datapath uses for its life.
-func dial() (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		if err := c.SetWriteBuffer(sendBuffer); err != nil {
+// patience is how long the kernel may take to acknowledge a transaction.
+const patience = 30 * time.Second
+
+// conn is the one socket a datapath writes through.
+type conn struct {
+	*nftables.Conn
+	socket *netlink.Conn
+}
+
+func dial() (*conn, error) {
+	c := &conn{}
+	return c, c.open()
+}
+
+func (c *conn) open() (err error) {
+	c.Conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
+		c.socket = s
+		if err := s.SetWriteBuffer(sendBuffer); err != nil {
 			return fmt.Errorf("raise the send buffer: %w", err)
 		}
-		if err := c.SetReadBuffer(receiveBuffer); err != nil {
+		if err := s.SetReadBuffer(receiveBuffer); err != nil {
 			return fmt.Errorf("raise the receive buffer: %w", err)
 		}
 		return nil
 	}))
 	if err != nil {
-		return nil, fmt.Errorf("open netfilter netlink socket: %w", err)
+		return fmt.Errorf("open netfilter netlink socket: %w", err)
 	}
-	return conn, nil
+	return nil
 }
+
+// flush sends the transaction and waits for its end. The library waits for one acknowledgement for every message, which do
+// not all come after some failures: hence the deadline. What is still to come would be taken for the answer to
+// the next transaction: hence a new socket after a failure.
+func (c *conn) flush() error {
+	if err := c.socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	err := c.Flush()
+	if err != nil {
+		return errors.Join(err, c.close(), c.open())
+	}
+	return nil
+}
+
+func (c *conn) close() error { return c.CloseLasting() }

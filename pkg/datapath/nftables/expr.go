@@ -180,12 +180,18 @@ func drop() phrase { return phrase{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
 func goTo(chain string) phrase { return phrase{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 
-// reset is `meta l4proto tcp reject with tcp reset`.
-func reset() phrase {
+// opensTCP is `tcp flags & (fin | syn | rst | ack) == syn`.
+func opensTCP() phrase {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
 	return phrase{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: regFirst},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: regFirst, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: regFirst},
+		&expr.Bitwise{SourceRegister: regFirst, DestRegister: regFirst, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: regFirst, Data: []byte{syn}}}
 }
+
+// reset is `reject with tcp reset`.
+func reset() phrase { return phrase{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
 
 // reject is `reject`, with an ICMP port unreachable.
 func (f *family) reject() phrase {

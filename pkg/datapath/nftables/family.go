@@ -18,6 +18,9 @@ type family struct {
 	// What the kernel has: whether the table exists, and the name of its marker chain (baseName).
 	exists bool
 	base   string
+	// What comes next: the marker chain to write, and whether the table has to be another one.
+	want    string
+	replace bool
 }
 
 // setKind names the sets and maps of a table. ARCHITECTURE.md has the table of keys, values, writers and readers.

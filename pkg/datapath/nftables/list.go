@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lister reads the elements of sets. google/nftables can do that, but receives in buffers of one page: for every buffer the
+// lister reads chains and the elements of sets. google/nftables can do that, but receives in buffers of one page: for every buffer the
 // kernel walks the hash table from its start, which makes a listing quadratic. This one receives as much as the kernel
 // gives at once (32 KiB), in place: 2.8 s in place of 14.2 s for 50,000 Services with 250,000 backends.
 type lister struct {
@@ -33,21 +33,64 @@ func (l *lister) close() error { return unix.Close(l.fd) }
 // errChanged says that a set changed while it was listed.
 var errChanged = errors.New("changed while it was listed")
 
-// each calls do for every element of a set. A set that changes meanwhile is listed again from the start after reset.
-func (l *lister) each(f *family, k setKind, reset func(), do func(element)) error {
+// elements calls do for every element of a set, and again for all of them after reset if it changes meanwhile.
+func (l *lister) elements(f *family, k setKind, reset func(), do func(element)) error {
+	request := newRequest(f, unix.NFT_MSG_GETSETELEM)
+	request = appendString(request, unix.NFTA_SET_ELEM_LIST_TABLE, f.table.Name)
+	request = appendString(request, unix.NFTA_SET_ELEM_LIST_SET, f.sets[k].Name)
+	if err := l.list(request, reset, func(data []byte) { eachElement(f, k, data, do) }); err != nil {
+		return fmt.Errorf("list the elements of %s: %w", k, err)
+	}
+	return nil
+}
+
+// chains returns the names of the chains of the family's table; none if there is no such table.
+func (l *lister) chains(f *family) (names []string, err error) {
+	err = l.list(newRequest(f, unix.NFT_MSG_GETCHAIN), func() { names = nil }, func(data []byte) {
+		var table, name string
+		for kind, b := range attributes(data[min(len(data), sizeofNfgenmsg):]) {
+			switch kind {
+			case unix.NFTA_CHAIN_TABLE:
+				table = unix.ByteSliceToString(b)
+			case unix.NFTA_CHAIN_NAME:
+				name = unix.ByteSliceToString(b)
+			}
+		}
+		if table == f.table.Name {
+			names = append(names, name)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	return names, nil
+}
+
+// list sends a request and calls do for every message of the answer. An answer during which something changed is asked
+// for again after reset. After a failure the rest of an answer may be on its way: the socket is replaced.
+func (l *lister) list(request []byte, reset func(), do func(data []byte)) error {
+	err := errChanged
 	for range 5 {
-		err := l.list(f, k, do)
-		if !errors.Is(err, errChanged) {
-			return err
+		if err = l.listOnce(request, do); !errors.Is(err, errChanged) {
+			break
 		}
 		reset()
 	}
-	return fmt.Errorf("list %s: %w five times", k, errChanged)
+	if err == nil || errors.Is(err, errChanged) {
+		return err
+	}
+	fresh, openErr := newLister()
+	if openErr == nil {
+		openErr = l.close()
+		l.fd = fresh.fd
+	}
+	return errors.Join(err, openErr)
 }
 
-func (l *lister) list(f *family, k setKind, do func(element)) error {
-	if err := unix.Sendto(l.fd, listRequest(f, k), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("ask for the elements of %s: %w", k, err)
+func (l *lister) listOnce(request []byte, do func(data []byte)) error {
+	binary.NativeEndian.PutUint32(request, uint32(len(request)))
+	if err := unix.Sendto(l.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send: %w", err)
 	}
 	var changed bool
 	for {
@@ -56,7 +99,7 @@ func (l *lister) list(f *family, k setKind, do func(element)) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("receive the elements of %s: %w", k, err)
+			return fmt.Errorf("receive: %w", err)
 		}
 		for msg := range messages(l.buf[:n]) {
 			changed = changed || msg.flags&unix.NLM_F_DUMP_INTR != 0
@@ -68,24 +111,21 @@ func (l *lister) list(f *family, k setKind, do func(element)) error {
 				return nil
 			case unix.NLMSG_ERROR:
 				if errno := -int32(binary.NativeEndian.Uint32(msg.data)); errno != 0 {
-					return fmt.Errorf("list the elements of %s: %w", k, unix.Errno(errno))
+					return unix.Errno(errno)
 				}
 			default:
-				eachElement(f, k, msg.data, do)
+				do(msg.data)
 			}
 		}
 	}
 }
 
-func listRequest(f *family, k setKind) []byte {
+// newRequest starts the request for a listing; list completes it.
+func newRequest(f *family, kind uint16) []byte {
 	b := make([]byte, unix.SizeofNlMsghdr, 128)
-	b = append(b, byte(f.table.Family), unix.NFNETLINK_V0, 0, 0)
-	b = appendString(b, unix.NFTA_SET_ELEM_LIST_TABLE, f.table.Name)
-	b = appendString(b, unix.NFTA_SET_ELEM_LIST_SET, f.sets[k].Name)
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	binary.NativeEndian.PutUint16(b[4:], unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM)
+	binary.NativeEndian.PutUint16(b[4:], unix.NFNL_SUBSYS_NFTABLES<<8|kind)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	return b
+	return append(b, byte(f.table.Family), unix.NFNETLINK_V0, 0, 0)
 }
 
 func appendString(b []byte, kind uint16, s string) []byte {

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"slices"
 
-	"github.com/google/nftables"
-
 	"github.com/lbproxy/lbproxy/pkg/datapath"
 )
 
@@ -23,25 +21,23 @@ type Options struct {
 	// MasqueradeMark is the one bit of a packet's mark that is set between the choice of a backend and
 	// postrouting. Zero means kube-proxy's bit, 0x4000.
 	MasqueradeMark uint32
-	// IPv4Only leaves IPv6 alone, for hosts without it.
-	IPv4Only bool
-	Log      *slog.Logger
+	Log            *slog.Logger
 }
 
 // Datapath is the nftables datapath. It is safe for one caller at a time.
 type Datapath struct {
 	opts     Options
 	log      *slog.Logger
-	conn     *nftables.Conn
+	conn     *conn
 	lister   *lister
-	families []*family
+	families []*family // IPv4, and IPv6 where the kernel has it
 
 	services map[datapath.Name]*state
 	numbers  map[bool]*numbers        // by IPv6
 	shared   map[element]int          // how many Services hold an element that several may hold
 	picks    map[bool]map[uint32]bool // pick chains that exist, by IPv6 and pick
 	pods     datapath.LocalPods
-	limit    int // elements in one transaction
+	pending  []*family // whose static part goes into the next transaction
 
 	// strays is what the kernel holds and no Service has claimed yet. It is nil except while the kernel's
 	// elements are being adopted.
@@ -54,7 +50,8 @@ type Datapath struct {
 
 var _ datapath.Datapath = (*Datapath)(nil)
 
-// Open connects to the kernel and checks, by listing them, that nftables' tables can be used. It writes nothing.
+// Open connects to the kernel and checks by use that it can do what the tables need: it writes and deletes them, under
+// another name, in one transaction. A kernel that cannot do it for IPv6 serves IPv4 alone.
 func Open(o Options) (*Datapath, error) {
 	if o.MasqueradeMark == 0 {
 		o.MasqueradeMark = 0x4000
@@ -62,33 +59,41 @@ func Open(o Options) (*Datapath, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	conn, err := dial()
-	if err != nil {
+	d := &Datapath{opts: o, log: o.Log, services: map[datapath.Name]*state{}}
+	var err error
+	if d.conn, err = dial(); err != nil {
 		return nil, err
 	}
-	if _, err := conn.ListTablesOfFamily(nftables.TableFamilyIPv4); err != nil {
-		return nil, errors.Join(fmt.Errorf("list nftables tables (is nf_tables in the kernel, and are you root?): %w", err), conn.CloseLasting())
+	if d.lister, err = newLister(); err != nil {
+		return nil, errors.Join(err, d.conn.close())
 	}
-	lister, err := newLister()
-	if err != nil {
-		return nil, errors.Join(err, conn.CloseLasting())
+	if err := d.probe(); err != nil {
+		return nil, errors.Join(err, d.Close())
 	}
-	return &Datapath{
-		opts: o, log: o.Log, conn: conn, lister: lister, families: families(o),
-		services: map[datapath.Name]*state{},
-	}, nil
+	return d, nil
 }
 
-func families(o Options) []*family {
-	all := []*family{newFamily(false, o.Table)}
-	if !o.IPv4Only {
-		all = append(all, newFamily(true, o.Table))
+func (d *Datapath) probe() error {
+	for _, ipv6 := range []bool{false, true} {
+		f := newFamily(ipv6, d.opts.Table+"-probe")
+		d.picks = map[bool]map[uint32]bool{ipv6: {}}
+		d.writeBase(f, "base-probe")
+		d.conn.DelTable(f.table)
+		err := d.conn.flush()
+		switch {
+		case err != nil && !ipv6:
+			return fmt.Errorf("try nftables (does the kernel have nf_tables with nat, fib, numgen and reject, and are you root?): %w", err)
+		case err != nil:
+			d.log.Warn("nftables cannot serve IPv6 here", "err", err)
+			return nil
+		}
+		d.families = append(d.families, newFamily(ipv6, d.opts.Table))
 	}
-	return all
+	return nil
 }
 
 // Close closes the connections to the kernel and leaves the tables.
-func (d *Datapath) Close() error { return errors.Join(d.conn.CloseLasting(), d.lister.close()) }
+func (d *Datapath) Close() error { return errors.Join(d.conn.close(), d.lister.close()) }
 
 // Stats returns what was written since Open.
 func (d *Datapath) Stats() datapath.Stats {
@@ -118,15 +123,35 @@ func (d *Datapath) Apply(ctx context.Context, u datapath.Update) error {
 		return err
 	}
 	changes, errs := d.plan(u.Removed, want)
-	if failed := d.commit(ctx, changes); len(failed) > 0 {
-		return errors.Join(append(errs, failed...)...)
+	failed, err := d.commit(ctx, changes)
+	errs = append(errs, failed...)
+	if err != nil {
+		// What the kernel has is not known: look before the next write.
+		d.adopted = false
+		return errors.Join(append(errs, err)...)
 	}
 	if d.strays != nil {
-		if err := d.removeStrays(); err != nil {
-			return errors.Join(append(errs, err)...)
-		}
+		errs = append(errs, d.removeStrays(failedOf(errs, want)))
 	}
 	return errors.Join(errs...)
+}
+
+// failedOf returns the Services among all that errs speaks of.
+func failedOf(errs []error, all []*datapath.Service) []*datapath.Service {
+	names := map[datapath.Name]bool{}
+	for _, err := range errs {
+		var one *datapath.ServiceError
+		if errors.As(err, &one) {
+			names[one.Service] = true
+		}
+	}
+	var failed []*datapath.Service
+	for _, s := range all {
+		if names[s.Name] {
+			failed = append(failed, s)
+		}
+	}
+	return failed
 }
 
 // missingFrom returns the Services that are held and not among all.
@@ -166,8 +191,11 @@ func (d *Datapath) withHeld(u datapath.Update) []*datapath.Service {
 // change is the way of one Service from what the kernel holds to what it should hold.
 type change struct {
 	name     datapath.Name
-	old, new *state // nil: none
+	service  *datapath.Service
+	old, new *state    // nil: none
+	want     []element // of new
 	del, add []element
+	fresh    []setOf // numbers taken for new
 }
 
 // plan computes the changes of Services that go and of those wanted. A Service that cannot be planned is left as it is.
@@ -191,21 +219,42 @@ func (d *Datapath) plan(gone []datapath.Name, want []*datapath.Service) ([]*chan
 }
 
 func (d *Datapath) planService(s *datapath.Service) (*change, error) {
-	c := &change{name: s.Name, old: d.services[s.Name]}
-	var fresh []setOf
-	st, err := assign(s, d.originOf(c.old), func(ipv6 bool) (setNumber, error) {
+	if len(d.families) == 1 {
+		s = withoutIPv6(s)
+	}
+	c := &change{name: s.Name, service: s, old: d.services[s.Name]}
+	taken := map[setOf]bool{}
+	if d.strays != nil {
+		// While adopting, two Services may lead to one set: one of them got a frontend of the other meanwhile.
+		taken = d.strays.taken
+	}
+	var err error
+	c.new, err = assign(s, d.originOf(c.old), taken, func(ipv6 bool) (setNumber, error) {
 		n, err := d.numbers[ipv6].take()
-		fresh = append(fresh, setOf{ipv6, n})
+		if err == nil {
+			c.fresh = append(c.fresh, setOf{ipv6, n})
+		}
 		return n, err
 	})
+	if err == nil {
+		c.want, err = c.new.elements()
+	}
 	if err != nil {
-		for _, f := range fresh {
-			d.numbers[f.ipv6].release(f.number)
-		}
+		d.giveBack(c.fresh)
 		return nil, err
 	}
-	c.new = st
 	return c, nil
+}
+
+func (d *Datapath) giveBack(sets []setOf) {
+	for _, s := range sets {
+		d.numbers[s.ipv6].release(s.number)
+	}
+}
+
+func withoutIPv6(s *datapath.Service) *datapath.Service {
+	isIPv6 := func(p datapath.Port) bool { return p.IPv6 }
+	return &datapath.Service{Name: s.Name, Ports: slices.DeleteFunc(slices.Clone(s.Ports), isIPv6)}
 }
 
 // originOf is where a Service's sets are now: in its old state, or in the kernel's elements while those are adopted.

@@ -202,8 +202,12 @@ func TestLostTableComesBack(t *testing.T) {
 	apply(t, d, world(5, 2))
 	want := dump(t)
 	nft(t, "flush", "ruleset")
-	// The first write after the loss fails and says so; the next one looks at the kernel and repairs.
-	require.Error(t, d.Apply(context.Background(), datapath.Update{Services: []*datapath.Service{webService(1, 3)}}))
+	// The first write after the loss fails and says so, once; the next one looks at the kernel and repairs.
+	all := world(5, 3)
+	all.Full = false
+	err := d.Apply(context.Background(), all)
+	require.ErrorContains(t, err, "write 5 services to nftables")
+	require.Less(t, len(err.Error()), 500)
 	apply(t, d, datapath.Update{Services: []*datapath.Service{webService(1, 2)}})
 	require.Equal(t, want, dump(t))
 }
@@ -222,12 +226,134 @@ func TestLocalPodsChange(t *testing.T) {
 }
 
 func TestTableOfAnotherLayoutIsReplaced(t *testing.T) {
+	for name, services := range map[string]int{"with Services": 2, "without any": 0} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t)
+			nft(t, "add", "table", "ip", "lbproxy")
+			nft(t, "add", "chain", "ip", "lbproxy", "base-v0-123456789abc")
+			nft(t, "add", "set", "ip", "lbproxy", "frontends", "{ type ipv4_addr; }")
+			apply(t, open(t), world(services, 2))
+			require.Equal(t, services > 1, strings.Contains(dump(t), "10.96.0.1:80/TCP -> 10.0.1.1:8080 10.0.1.2:8080"))
+			require.Contains(t, nft(t, "list", "ruleset"), "map frontends")
+			require.NotContains(t, nft(t, "list", "ruleset"), "base-v0")
+			again := open(t)
+			apply(t, again, world(services, 2))
+			require.Zero(t, again.Stats().Writes)
+		})
+	}
+}
+
+// The rules may be lost while the marker chain and the elements stay.
+func TestLostRulesComeBack(t *testing.T) {
 	inNamespace(t)
-	nft(t, "add", "table", "ip", "lbproxy")
-	nft(t, "add", "chain", "ip", "lbproxy", "base-v0-123456789abc")
-	nft(t, "add", "set", "ip", "lbproxy", "frontends", "{ type ipv4_addr; }")
-	apply(t, open(t), world(2, 2))
-	require.Contains(t, dump(t), "10.96.0.1:80/TCP -> 10.0.1.1:8080 10.0.1.2:8080")
+	apply(t, open(t), world(2, 20))
+	want := nft(t, "list", "ruleset")
+	nft(t, "flush", "table", "ip", "lbproxy")
+	require.NotEqual(t, want, nft(t, "list", "ruleset"))
+	apply(t, open(t), world(2, 20))
+	require.ElementsMatch(t, strings.Split(want, "\n"), strings.Split(nft(t, "list", "ruleset"), "\n"))
+}
+
+// withFrontend is a Service with one IPv4 frontend of webService number i.
+func withFrontend(name string, i, frontend, backends int) *datapath.Service {
+	s := webService(i, backends)
+	s.Name.Name = name
+	s.Ports = s.Ports[:1]
+	s.Ports[0].Frontends = []datapath.Frontend{s.Ports[0].Frontends[frontend]}
+	return s
+}
+
+// While no agent was there a VIP passed to another Service. Both must not inherit the set it led to.
+func TestVIPPassedWhileDead(t *testing.T) {
+	for name, backends := range map[string]int{"other backends": 1, "one backend more": 3} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t)
+			a := webService(1, 2)
+			a.Ports = a.Ports[:1]
+			f := a.Ports[0].Frontends
+			f[1].Outside, f[1].Masquerade = f[0].Outside, datapath.FromEveryone
+			apply(t, open(t), datapath.Update{Full: true, Services: []*datapath.Service{a}})
+
+			b := withFrontend("b", 1, 1, backends)
+			b.Ports[0].Frontends[0] = f[1]
+			d := open(t)
+			apply(t, d, datapath.Update{Full: true, Services: []*datapath.Service{withFrontend(a.Name.Name, 1, 0, 2), b}})
+			apply(t, d, datapath.Update{Removed: []datapath.Name{a.Name}})
+			require.NotContains(t, dump(t), "10.96.0.1:80")
+			entries, err := Read(Options{Table: "lbproxy"})
+			require.NoError(t, err)
+			require.Len(t, entries, 1)
+			require.Len(t, entries[0].Backends, backends)
+		})
+	}
+}
+
+// Ranges of sources that overlap those before them, changed by a live agent and over a restart.
+func TestSourcesChange(t *testing.T) {
+	inNamespace(t)
+	with := func(sources ...string) datapath.Update {
+		s := withFrontend("s", 1, 1, 1)
+		for _, p := range sources {
+			s.Ports[0].Frontends[0].Sources = append(s.Ports[0].Frontends[0].Sources, netip.MustParsePrefix(p))
+		}
+		return datapath.Update{Full: true, Services: []*datapath.Service{s}}
+	}
+	apply(t, open(t), with("10.0.0.0/8"))
+	d := open(t)
+	apply(t, d, with("10.1.0.0/16", "192.0.2.0/24"))
+	require.Contains(t, nft(t, "list", "set", "ip", "lbproxy", "allowed"), "10.1.0.0/16")
+	require.NotContains(t, nft(t, "list", "set", "ip", "lbproxy", "allowed"), "10.0.0.0/8")
+	apply(t, d, with("10.0.0.0/8"))
+	require.NotContains(t, nft(t, "list", "set", "ip", "lbproxy", "allowed"), "10.1.0.0/16")
+	apply(t, d, with())
+	require.NotContains(t, nft(t, "list", "set", "ip", "lbproxy", "restricted"), "198.51")
+}
+
+// A Service that cannot be planned keeps what it has, and no other one notices: not even what goes away over a restart.
+func TestOneBadServiceHarmsNoOther(t *testing.T) {
+	inNamespace(t)
+	apply(t, open(t), world(4, 2))
+	before := dump(t)
+	bad := webService(3, 1)
+	bad.Ports[0].Frontends[0].Masquerade = datapath.FromPods
+	update := datapath.Update{Full: true, LocalPods: testPods, Services: []*datapath.Service{webService(1, 0), webService(2, 2), bad}}
+
+	d := open(t)
+	var fault *datapath.ServiceError
+	require.ErrorAs(t, d.Apply(context.Background(), update), &fault)
+	require.Equal(t, bad.Name, fault.Service)
+	require.NotContains(t, dump(t), "10.96.0.0:80", "the Service that went")
+	require.Contains(t, dump(t), "10.96.0.1:80/TCP -> reject")
+	for _, line := range strings.Split(before, "\n") {
+		if strings.HasPrefix(line, "10.96.0.2:80/") || strings.HasPrefix(line, "10.96.0.3:80/") || strings.HasPrefix(line, "198.51.0.3:80/") {
+			require.Contains(t, dump(t), line)
+		}
+	}
+	apply(t, d, datapath.Update{Services: []*datapath.Service{webService(3, 1)}})
+	require.Contains(t, dump(t), "10.96.0.3:80/TCP -> 10.0.3.1:8080\n")
+}
+
+// A frontend passes from one Service to another, in two transactions because both are large.
+func TestLargeHandover(t *testing.T) {
+	inNamespace(t)
+	large := func(name string, i int, f ...datapath.Frontend) *datapath.Service {
+		s := withFrontend(name, i, 0, 3)
+		for j := range elementsPerTransaction {
+			s.Ports[0].Sets[0] = append(s.Ports[0].Sets[0],
+				datapath.Backend{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{11, byte(i), byte(j >> 8), byte(j)}), 80)})
+		}
+		s.Ports[0].Sets = append(s.Ports[0].Sets, nil)
+		s.Ports[0].Frontends = append(s.Ports[0].Frontends, f...)
+		return s
+	}
+	vip := datapath.Frontend{Kind: datapath.LoadBalancer, IP: netip.MustParseAddr("198.51.100.1"), Port: 80, Masquerade: datapath.FromEveryone,
+		Inside: datapath.Route{Set: 2}, Outside: datapath.Route{Set: 2}, Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	d := open(t)
+	apply(t, d, datapath.Update{Full: true, Services: []*datapath.Service{large("z", 1, vip)}})
+	apply(t, d, datapath.Update{Services: []*datapath.Service{large("b", 2, vip), large("z", 3)}})
+	require.Contains(t, dump(t), "198.51.100.1:80/TCP -> reject")
+	require.Contains(t, nft(t, "list", "set", "ip", "lbproxy", "restricted"), "198.51.100.1")
+	require.Contains(t, nft(t, "list", "set", "ip", "lbproxy", "allowed"), "198.51.100.1")
 }
 
 func TestSourcesAndScaleToZero(t *testing.T) {

@@ -29,10 +29,9 @@ type origin interface {
 }
 
 // assign gives the sets of a Service their numbers and slots, staying as close to what is there as it can. Numbers for
-// new sets come from fresh.
-func assign(s *datapath.Service, from origin, fresh func(ipv6 bool) (setNumber, error)) (*state, error) {
+// new sets come from fresh. No number in taken is inherited; those of the Service are added to it.
+func assign(s *datapath.Service, from origin, taken map[setOf]bool, fresh func(ipv6 bool) (setNumber, error)) (*state, error) {
 	st := &state{service: s, sets: make([][]slotted, len(s.Ports))}
-	taken := map[setOf]bool{}
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		st.sets[i] = make([]slotted, len(p.Sets))
@@ -55,7 +54,7 @@ func assign(s *datapath.Service, from origin, fresh func(ipv6 bool) (setNumber, 
 	return st, nil
 }
 
-// inherit finds the set that some frontend of set j leads to today and that no other set of the Service has taken.
+// inherit finds the set that some frontend of set j leads to today and that is not taken.
 func inherit(p *datapath.Port, j int, from origin, taken map[setOf]bool) (slotted, bool) {
 	for k := range p.Frontends {
 		f := &p.Frontends[k]
@@ -207,7 +206,8 @@ func compareElements(a, b element) int {
 	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.key, b.key), cmp.Compare(a.end, b.end), cmp.Compare(a.val, b.val))
 }
 
-// numbers hands out set numbers of one family. 0 is no set.
+// numbers hands out set numbers of one family. 0 is no set. A number is used again only when there are no fresh ones
+// left, and the oldest first: a packet that is between two lookups must not find another Service's set.
 type numbers struct {
 	free []setNumber
 	used map[setNumber]bool
@@ -217,20 +217,19 @@ type numbers struct {
 func newNumbers() *numbers { return &numbers{used: map[setNumber]bool{}, next: 1} }
 
 func (n *numbers) take() (setNumber, error) {
-	for len(n.free) > 0 {
-		// The oldest first: a packet that is between two lookups must not find another Service's set.
-		got := n.free[0]
-		n.free = n.free[1:]
-		if !n.used[got] {
-			n.used[got] = true
-			return got, nil
-		}
-	}
 	for ; n.next < maxSets; n.next++ {
 		if !n.used[n.next] {
 			n.used[n.next] = true
 			n.next++
 			return n.next - 1, nil
+		}
+	}
+	for len(n.free) > 0 {
+		got := n.free[0]
+		n.free = n.free[1:]
+		if !n.used[got] {
+			n.used[got] = true
+			return got, nil
 		}
 	}
 	return 0, fmt.Errorf("number a backend set: all %d numbers are taken", maxSets-1)
