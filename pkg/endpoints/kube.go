@@ -158,7 +158,8 @@ func (f *feed) run(ctx context.Context) {
 		return w, err
 	}
 	// client-go's own limit of 30 s, doubled by jitter, would leave a node behind for a minute after a short outage.
-	backoff := &wait.Backoff{Duration: 200 * time.Millisecond, Cap: 5 * time.Second, Steps: 6, Factor: 2, Jitter: 1}
+	// This is at most five attempts a second by a node, and a Service made right after an outage is served within one.
+	backoff := &wait.Backoff{Duration: 50 * time.Millisecond, Cap: 600 * time.Millisecond, Steps: 10, Factor: 1.5, Jitter: 0.5}
 	discard := logr.Discard()
 	cache.NewReflectorWithOptions(lw, f.example, f, cache.ReflectorOptions{
 		Name: f.resource, Logger: &discard, Backoff: backoff,
