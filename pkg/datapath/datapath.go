@@ -40,10 +40,9 @@ func (e *ServiceError) Unwrap() error { return e.Err }
 type Stats struct {
 	Writes   int64 // entries written to or deleted from the kernel; a restart with nothing changed leaves it at 0
 	Services int   // Services held
-	Repaired int64 // kernel entries that were not as last written
 }
 
 // Add returns the counts of two datapaths together, which hold the same Services.
 func (s Stats) Add(t Stats) Stats {
-	return Stats{Writes: s.Writes + t.Writes, Services: max(s.Services, t.Services), Repaired: s.Repaired + t.Repaired}
+	return Stats{Writes: s.Writes + t.Writes, Services: max(s.Services, t.Services)}
 }

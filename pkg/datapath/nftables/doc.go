@@ -41,12 +41,12 @@
 //
 // All elements of a Service change in one transaction, which the kernel makes visible at once. A packet may still do
 // its first lookup before a commit and the second behind it. It then draws again, and at last takes slot 0; if that is
-// gone as well it is dropped and sent again by the client. Numbers of sets are reused oldest first, so that
-// it cannot find another Service's backends.
+// gone as well it is dropped and sent again by the client. Numbers of sets are used again as late as possible, so that
+// it does not find another Service's backends.
 //
 // # Restart
 //
-// Open reads nothing. The first Apply lists the tables, gives every set the number and every backend the slot it has
+// Open reads nothing; it tries the static part under another name. The first Apply lists the tables, gives every set the number and every backend the slot it has
 // there, writes the difference and deletes what no Service claims. With nothing changed it writes nothing.
-// The same happens after a failure whose outcome the kernel did not tell.
+// The same happens after a failure.
 package nftables

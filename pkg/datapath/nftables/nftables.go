@@ -42,8 +42,7 @@ type Datapath struct {
 	// strays is what the kernel holds and no Service has claimed yet. It is nil except while the kernel's
 	// elements are being adopted.
 	strays *strays
-	// adopted says that services is what the kernel holds. It is false at start and after a failure whose
-	// outcome is not known.
+	// adopted says that services is what the kernel holds. It is false at start and after a failure.
 	adopted bool
 	stats   datapath.Stats
 }
