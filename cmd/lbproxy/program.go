@@ -10,6 +10,9 @@ import (
 	"github.com/lbproxy/lbproxy/pkg/endpoints"
 )
 
+// auditInterval is how often the datapath looks after what strangers may have removed.
+const auditInterval = time.Second
+
 // The pause before a failed write to the kernel is tried again, doubled each time.
 const (
 	firstRetry = 50 * time.Millisecond
@@ -26,11 +29,14 @@ type programmer struct {
 	failed []datapath.Update // to be tried again when retry fires
 	retry  <-chan time.Time
 	pause  time.Duration
+	whole  bool   // the kernel has had the whole world once
 	said   string // the last error logged: the same one is not logged again
 }
 
 func (p *programmer) run(ctx context.Context) error {
 	p.pause = firstRetry
+	audit := time.NewTicker(auditInterval)
+	defer audit.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,6 +46,12 @@ func (p *programmer) run(ctx context.Context) error {
 				p.store.Retry(u)
 			}
 			p.failed, p.retry = nil, nil
+		case <-audit.C:
+			if p.whole && p.retry == nil {
+				if err := p.apply(ctx, datapath.Update{}); err != nil {
+					return err
+				}
+			}
 		case <-p.store.Changed():
 			u := p.store.Take()
 			if !u.Full && len(u.Services)+len(u.Removed) == 0 && u.LocalPods == nil {
@@ -60,6 +72,7 @@ func (p *programmer) apply(ctx context.Context, u datapath.Update) error {
 		return ctx.Err()
 	}
 	if err == nil {
+		p.whole = p.whole || u.Full
 		p.log.Log(ctx, levelOf(u), "synced", "services", len(u.Services), "removed", len(u.Removed), "full", u.Full,
 			"writes", p.dp.Stats().Writes-before, "took", time.Since(begin).Round(time.Microsecond))
 		if p.retry == nil {
@@ -76,6 +89,7 @@ func (p *programmer) apply(ctx context.Context, u datapath.Update) error {
 	names, only := failedServices(err)
 	switch {
 	case only:
+		p.whole = p.whole || u.Full
 		// The others are served, and go on being served while these are tried again.
 		u = datapath.Update{Removed: names}
 	case u.Full:
@@ -114,9 +128,13 @@ func failedServices(err error) (names []datapath.Name, only bool) {
 	return names, true
 }
 
+// levelOf is below debug for an audit that found nothing to say.
 func levelOf(u datapath.Update) slog.Level {
-	if u.Full {
+	switch {
+	case u.Full:
 		return slog.LevelInfo
+	case len(u.Services)+len(u.Removed) == 0:
+		return slog.LevelDebug - 4
 	}
 	return slog.LevelDebug
 }

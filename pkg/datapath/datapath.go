@@ -12,7 +12,8 @@ type Datapath interface {
 	Stats() Stats
 }
 
-// Update is a change of what the kernel has to do.
+// Update is a change of what the kernel has to do. The first one must be Full. An empty one asks the datapath to look
+// whether its foundations in the kernel are still there, and to repair them.
 type Update struct {
 	// Full says that Services is the whole world: what the kernel holds beyond it is removed.
 	Full bool

@@ -220,6 +220,16 @@ func TestScaleUnderLoad(t *testing.T) {
 	})
 }
 
+// A stranger's `nft flush ruleset` is repaired by the living agent, without waiting for a change of a Service.
+func TestFlushedRuleset(t *testing.T) {
+	s := newShop(t, "auto")
+	p := s.start()
+	require.NotEmpty(t, s.dial(s.Outside, "tcp", s.nodePort).Backend)
+	s.nft("flush", "ruleset")
+	s.waitFor(p, "somebody removed the nftables table")
+	require.Eventually(t, func() bool { return s.dial(s.Outside, "tcp", s.nodePort).Backend != "" }, 10*time.Second, 10*time.Millisecond)
+}
+
 // SIGTERM ends the agent well and leaves what it programmed; cleanup removes all of it.
 func TestStopAndCleanup(t *testing.T) {
 	modes(t, func(t *testing.T, s *shop) {

@@ -245,7 +245,7 @@ func (d *Datapath) ensureBase() error {
 		}
 		intact := f.base == want
 		if intact && d.strays != nil {
-			intact, err = d.hasRules(f)
+			intact, err = d.hasRules(f, append(slices.Clone(chains), hookChains()...)...)
 			errs = append(errs, err)
 		}
 		if !intact {
@@ -257,18 +257,18 @@ func (d *Datapath) ensureBase() error {
 	return errors.Join(errs...)
 }
 
-// hasRules compares the number of rules in the static chains with what it should be.
-func (d *Datapath) hasRules(f *family) (bool, error) {
+// hasRules compares the number of rules in some of the static chains with what it should be.
+func (d *Datapath) hasRules(f *family, chains ...string) (bool, error) {
 	want := map[string]int{}
 	for _, r := range f.rules(d.opts, d.pods) {
 		want[r.chain]++
 	}
-	for chain, n := range want {
+	for _, chain := range chains {
 		rules, err := d.conn.GetRules(f.table, &nftables.Chain{Name: chain, Table: f.table})
 		if err != nil {
 			return false, fmt.Errorf("list rules of chain %s: %w", chain, err)
 		}
-		if len(rules) != n {
+		if len(rules) != want[chain] {
 			return false, nil
 		}
 	}

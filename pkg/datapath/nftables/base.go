@@ -34,6 +34,14 @@ var hooks = []hook{
 	{"filter-output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter},
 }
 
+func hookChains() []string {
+	names := make([]string, len(hooks))
+	for i, h := range hooks {
+		names[i] = h.chain
+	}
+	return names
+}
+
 // chains are the regular chains, apart from the pick-n ones.
 var chains = []string{"services", "service", "cluster", "external", "local", "pick", "inside", "masquerade", "unserved", "refuse"}
 

@@ -44,6 +44,7 @@ type Datapath struct {
 	strays *strays
 	// adopted says that services is what the kernel holds. It is false at start and after a failure.
 	adopted bool
+	whole   bool // a full update was seen: without one, nothing may be taken for left over
 	stats   datapath.Stats
 }
 
@@ -107,8 +108,16 @@ func (d *Datapath) Apply(ctx context.Context, u datapath.Update) error {
 	if u.LocalPods != nil {
 		d.pods = *u.LocalPods
 	}
-	if u.Full {
+	switch {
+	case u.Full:
+		d.whole = true
 		u.Removed = d.missingFrom(u.Services)
+	case !d.whole:
+		return errors.New("apply update: the first one must be full")
+	case len(u.Services)+len(u.Removed) == 0 && d.adopted:
+		if err := d.audit(); err != nil {
+			return err
+		}
 	}
 	want := u.Services
 	if !d.adopted {
@@ -133,6 +142,27 @@ func (d *Datapath) Apply(ctx context.Context, u datapath.Update) error {
 		errs = append(errs, d.removeStrays(failedOf(errs, want)))
 	}
 	return errors.Join(errs...)
+}
+
+// audit finds out whether a stranger removed a table or its rules; what follows in Apply then writes them again.
+func (d *Datapath) audit() error {
+	for _, f := range d.families {
+		chains, err := d.lister.chains(f)
+		if err != nil {
+			return fmt.Errorf("audit nftables table %s: %w", f, err)
+		}
+		intact := slices.Contains(chains, f.base)
+		if intact {
+			if intact, err = d.hasRules(f, "services"); err != nil {
+				return fmt.Errorf("audit nftables table %s: %w", f, err)
+			}
+		}
+		if !intact {
+			d.log.Warn("somebody removed the nftables table or its rules, writing them again", "table", f.String())
+			d.adopted = false
+		}
+	}
+	return nil
 }
 
 // failedOf returns the Services among all that errs speaks of.
