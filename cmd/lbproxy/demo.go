@@ -41,9 +41,9 @@ everything is removed at the end. It takes about 20 seconds and exits with 1 if 
 			if f, ok := o.Out.(*os.File); ok {
 				o.Style = demo.StyleOf(f)
 			}
-			// A closed terminal, or a pipe that nobody reads any more, is a reason to stop and clean up like any other.
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP, syscall.SIGPIPE)
-			defer stop()
+			// A closed terminal, or a pipe that nobody reads any more, is a reason to stop and clean up like Ctrl-C. A second
+			// signal must not end the process while it does; so this is never undone.
+			ctx, _ := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 			return demo.Run(ctx, o)
 		},
 	}

@@ -163,7 +163,7 @@ func expect(f *frontend, client string, now backends, sockets bool) expectation 
 	}
 	// A packet that has to come back this way is masqueraded, and a pod's to an external address as well unless the policy is
 	// Local. A socket that the hook has connected to a pod keeps its own address.
-	masqueraded := client == fromOutside && !(f.local && f.kind != datapath.ClusterIP) ||
+	masqueraded := client == fromOutside && (!f.local || f.kind == datapath.ClusterIP) ||
 		client == fromPod && f.kind != datapath.ClusterIP && !f.local && !sockets
 	if masqueraded {
 		e.source = fromNode

@@ -14,7 +14,8 @@ func stepsHead(r *Report, s Style) string {
 		first = append(first, pad(titles[run.Mode], stepPanel))
 		second = append(second, pad(padLeft("new", 5)+padLeft("held", 7)+padLeft("failed", 8)+padLeft("seen", 9), stepPanel))
 	}
-	return "\n" + s.bold("Now the Services change, while all three clients keep connecting (new) and using what they have (held)") + "\n\n" +
+	return "\n" + s.bold("Now the Services change, while all three clients keep connecting (new) and using what they have (held)") + "\n" +
+		s.dim(" failed: of both; seen: until the last client noticed, over both families") + "\n\n" +
 		s.bold(trim(strings.Join(first, " │ "))) + "\n" + s.dim(trim(strings.Join(second, " │ "))) + "\n"
 }
 

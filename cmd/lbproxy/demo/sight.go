@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
 	discovery "k8s.io/api/discovery/v1"
 
 	"github.com/lbproxy/lbproxy/pkg/datapath"

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
-
 	discovery "k8s.io/api/discovery/v1"
 
 	"github.com/lbproxy/lbproxy/test/lab"
@@ -54,7 +54,7 @@ func openStage(ctx context.Context, mode, program string) (*stage, error) {
 	}
 	s.sockets = r.EBPF == "on"
 	if !s.sockets {
-		s.why = r.EBPF
+		s.why = strings.TrimPrefix(r.EBPF, "off: ")
 	}
 	return s, nil
 }
