@@ -89,7 +89,7 @@ func open(o Options, least sizes) (*Datapath, error) {
 // prepareHost finds or makes what the kernel must offer outside of the programs.
 func (o *Options) prepareHost() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("lift memlock limit: %w: %w", err, ErrNotSupported)
+		return fmt.Errorf("lift the memory limit of BPF (is BPF allowed here?): %w: %w", err, ErrNotSupported)
 	}
 	if o.CgroupRoot == "" {
 		root, err := findCgroupRoot()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"sync"
 
 	"github.com/lbproxy/lbproxy/pkg/datapath"
 )
@@ -38,6 +40,7 @@ type Datapath struct {
 	picks    map[bool]map[uint32]bool // pick chains that exist, by IPv6 and pick
 	pods     datapath.LocalPods
 	pending  []*family // whose static part goes into the next transaction
+	saidOnce sync.Once // about session affinity
 
 	// strays is what the kernel holds and no Service has claimed yet. It is nil except while the kernel's
 	// elements are being adopted.
@@ -209,9 +212,9 @@ func (d *Datapath) withHeld(u datapath.Update) []*datapath.Service {
 		spoken[n] = true
 	}
 	all := slices.Clone(u.Services)
-	for n, st := range d.services {
+	for _, n := range slices.SortedFunc(maps.Keys(d.services), datapath.Name.Compare) {
 		if !spoken[n] {
-			all = append(all, st.service)
+			all = append(all, d.services[n].service)
 		}
 	}
 	return all
@@ -251,6 +254,7 @@ func (d *Datapath) planService(s *datapath.Service) (*change, error) {
 	if len(d.families) == 1 {
 		s = withoutIPv6(s)
 	}
+	d.sayWhatIsMissing(s)
 	c := &change{name: s.Name, service: s, old: d.services[s.Name]}
 	taken := map[setOf]bool{}
 	if d.strays != nil {
@@ -273,6 +277,17 @@ func (d *Datapath) planService(s *datapath.Service) (*change, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// sayWhatIsMissing warns, once, that connections of a Service with affinity are balanced at random.
+func (d *Datapath) sayWhatIsMissing(s *datapath.Service) {
+	for i := range s.Ports {
+		if s.Ports[i].Affinity > 0 {
+			d.saidOnce.Do(func() {
+				d.log.Warn("session affinity is not implemented yet: connections are balanced at random", "service", s.Name)
+			})
+		}
+	}
 }
 
 func (d *Datapath) giveBack(sets []setOf) {
