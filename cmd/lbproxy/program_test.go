@@ -56,6 +56,18 @@ func (r *recorder) take() []string {
 	return all
 }
 
+func (r *recorder) audited() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.audits
+}
+
+func (r *recorder) failWith(f func(datapath.Update) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failure = f
+}
+
 func clusterIP(name, ip string) *v1.Service {
 	return &v1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
@@ -91,7 +103,7 @@ func running(t *testing.T, f func(store *endpoints.Store, r *recorder)) {
 
 func TestOneBadServiceDelaysNoOther(t *testing.T) {
 	running(t, func(store *endpoints.Store, r *recorder) {
-		r.failure = failFor("bad")
+		r.failWith(failFor("bad"))
 		store.SetService(clusterIP("bad", "10.96.0.1"))
 		store.SetService(clusterIP("good", "10.96.0.2"))
 		store.Synced()
@@ -105,19 +117,19 @@ func TestOneBadServiceDelaysNoOther(t *testing.T) {
 		time.Sleep(firstRetry)
 		synctest.Wait()
 		require.Equal(t, []string{"false bad"}, r.take(), "tried again, alone")
-		r.failure = nil
+		r.failWith(nil)
 		time.Sleep(2 * firstRetry)
 		synctest.Wait()
 		require.Equal(t, []string{"false bad"}, r.take())
 		time.Sleep(time.Hour)
 		require.Empty(t, r.take())
-		require.InDelta(t, 3600, r.audits, 2)
+		require.InDelta(t, 3600, r.audited(), 2)
 	})
 }
 
 func TestAWorldThatFailedIsTriedWhole(t *testing.T) {
 	running(t, func(store *endpoints.Store, r *recorder) {
-		r.failure = func(datapath.Update) error { return errors.New("no kernel today") }
+		r.failWith(func(datapath.Update) error { return errors.New("no kernel today") })
 		store.SetService(clusterIP("a", "10.96.0.1"))
 		store.Synced()
 		synctest.Wait()
@@ -125,7 +137,7 @@ func TestAWorldThatFailedIsTriedWhole(t *testing.T) {
 		store.SetService(clusterIP("b", "10.96.0.2"))
 		synctest.Wait()
 		require.Empty(t, r.take(), "nothing on top of an incomplete world")
-		r.failure = nil
+		r.failWith(nil)
 		time.Sleep(firstRetry)
 		synctest.Wait()
 		require.Equal(t, []string{"true a b"}, r.take())
