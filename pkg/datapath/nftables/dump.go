@@ -51,7 +51,7 @@ func orVerdict(backends []netip.AddrPort, verdict string) string {
 
 // Read returns the frontends in the tables of o, sorted.
 func Read(o Options) ([]Entry, error) {
-	d, err := Open(o)
+	d, err := connect(o)
 	if err != nil {
 		return nil, err
 	}

@@ -56,19 +56,9 @@ var _ datapath.Datapath = (*Datapath)(nil)
 // Open connects to the kernel and checks by use that it can do what the tables need: it writes and deletes them, under
 // another name, in one transaction. A kernel that cannot do it for IPv6 serves IPv4 alone.
 func Open(o Options) (*Datapath, error) {
-	if o.MasqueradeMark == 0 {
-		o.MasqueradeMark = 0x4000
-	}
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	d := &Datapath{opts: o, log: o.Log, services: map[datapath.Name]*state{}}
-	var err error
-	if d.conn, err = dial(); err != nil {
+	d, err := connect(o)
+	if err != nil {
 		return nil, err
-	}
-	if d.lister, err = newLister(); err != nil {
-		return nil, errors.Join(err, d.conn.close())
 	}
 	if err := d.probe(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -76,21 +66,40 @@ func Open(o Options) (*Datapath, error) {
 	return d, nil
 }
 
+// connect is Open without writing anything: enough to read the tables.
+func connect(o Options) (*Datapath, error) {
+	if o.MasqueradeMark == 0 {
+		o.MasqueradeMark = 0x4000
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	d := &Datapath{opts: o, log: o.Log, services: map[datapath.Name]*state{},
+		families: []*family{newFamily(false, o.Table), newFamily(true, o.Table)}}
+	var err error
+	if d.conn, err = dial(); err != nil {
+		return nil, err
+	}
+	if d.lister, err = newLister(); err != nil {
+		return nil, errors.Join(err, d.conn.close())
+	}
+	return d, nil
+}
+
 func (d *Datapath) probe() error {
-	for _, ipv6 := range []bool{false, true} {
-		f := newFamily(ipv6, d.opts.Table+"-probe")
-		d.picks = map[bool]map[uint32]bool{ipv6: {}}
+	for i, served := range d.families {
+		f := newFamily(served.ipv6, d.opts.Table+"-probe")
+		d.picks = map[bool]map[uint32]bool{f.ipv6: {}}
 		d.writeBase(f, "base-probe")
 		d.conn.DelTable(f.table)
 		err := d.conn.flush()
 		switch {
-		case err != nil && !ipv6:
+		case err != nil && !f.ipv6:
 			return fmt.Errorf("try nftables (does the kernel have nf_tables with nat, fib, numgen and reject, and are you root?): %w", err)
 		case err != nil:
 			d.log.Warn("nftables cannot serve IPv6 here", "err", err)
-			return nil
+			d.families = d.families[:i]
 		}
-		d.families = append(d.families, newFamily(ipv6, d.opts.Table))
 	}
 	return nil
 }
@@ -130,8 +139,11 @@ func (d *Datapath) Apply(ctx context.Context, u datapath.Update) error {
 			return err
 		}
 	}
-	if err := d.ensureBase(); err != nil {
-		return err
+	// The static part depends on nothing else that an update brings: an ordinary change does not look at it.
+	if d.strays != nil || u.LocalPods != nil {
+		if err := d.ensureBase(); err != nil {
+			return err
+		}
 	}
 	changes, errs := d.plan(u.Removed, want)
 	failed, err := d.commit(ctx, changes)
@@ -223,7 +235,6 @@ func (d *Datapath) withHeld(u datapath.Update) []*datapath.Service {
 // change is the way of one Service from what the kernel holds to what it should hold.
 type change struct {
 	name     datapath.Name
-	service  *datapath.Service
 	old, new *state    // nil: none
 	want     []element // of new
 	del, add []element
@@ -255,7 +266,7 @@ func (d *Datapath) planService(s *datapath.Service) (*change, error) {
 		s = withoutIPv6(s)
 	}
 	d.sayWhatIsMissing(s)
-	c := &change{name: s.Name, service: s, old: d.services[s.Name]}
+	c := &change{name: s.Name, old: d.services[s.Name]}
 	taken := map[setOf]bool{}
 	if d.strays != nil {
 		// While adopting, two Services may lead to one set: one of them got a frontend of the other meanwhile.
